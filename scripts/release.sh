@@ -17,7 +17,7 @@ rm -rf dist
 echo 'Trying the wheel in an environment of its own. This takes some minutes.'
 "$python" -m venv "$work/venv"
 if [ -n "${TORCH_INDEX:-}" ]; then
-    "$work/venv/bin/pip" install --quiet --constraint constraints.txt --index-url "$TORCH_INDEX" torch
+    "$work/venv/bin/pip" install --quiet --constraint constraints.txt --no-deps --index-url "$TORCH_INDEX" torch
 fi
 "$work/venv/bin/pip" install --quiet --constraint constraints.txt dist/*.whl
 cd "$work"

@@ -58,7 +58,7 @@ def install_upstream(cache: Path) -> Upstream:
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
         install = [*pip, "install", "--constraint", str(_CONSTRAINTS)]
         if index := os.environ.get("TORCH_INDEX"):
-            _run([*install, "--index-url", index, "torch"])
+            _run([*install, "--no-deps", "--index-url", index, "torch"])
         _run([*install, f"bergson=={VERSION}"])
         _run([*pip, "uninstall", "--yes", *_UNUSED])
         # What it prints before, such as warnings of bitsandbytes, is no part of the answer.

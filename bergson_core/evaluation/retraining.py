@@ -122,15 +122,18 @@ def _iter_finished(
         return
     safe_path = os.environ.get("PYTHONSAFEPATH")
     inputs = trainer, queries, safe_path
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _set_worker_inputs, inputs)
+    # A process that starts would import the first modules that it needs from its working directory. The pool itself
+    # starts one, the resource tracker.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
-        # A process that starts would import the first modules that it needs from its working directory.
-        os.environ["PYTHONSAFEPATH"] = "1"
-        numbers = {pool.submit(_compute_losses_in_worker, run): run.number for run in runs}
-        for future in as_completed(numbers):
-            yield numbers[future], future.result()
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), _set_worker_inputs, inputs)
+        try:
+            numbers = {pool.submit(_compute_losses_in_worker, run): run.number for run in runs}
+            for future in as_completed(numbers):
+                yield numbers[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     finally:
-        pool.shutdown(cancel_futures=True)
         _restore_safe_path(safe_path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+import pytest
 from redis import Redis, RedisError
 
 from bergson_core.schemas.build import BuildSpec
@@ -21,6 +22,8 @@ from worker.settings import Settings
 REPOSITORY = Path(__file__).parents[2]
 REPLY_TO = keys.REPLIES_PREFIX + "web"
 TIMEOUT_S = 30.0
+on_one_redis = pytest.mark.parametrize("redis_at", ["system"], indirect=True)
+"""Runs a test on one Redis, whose user has no more rights than the worker needs, since no version changes its claim."""
 
 
 def wait_until(condition: Callable[[], Any]) -> Any:

@@ -4,7 +4,7 @@ import { behaviourText } from "../behaviours/use_behaviours.js";
 import { formatMs, plural } from "../shared/format.js";
 import { html, useMemo, useState } from "../shared/html.js";
 import { FoldedOnPhone } from "../shared/narrow.js";
-import { Explain } from "../shared/parts.js";
+import { Explain, Note } from "../shared/parts.js";
 import { Columns } from "./columns.js";
 import { Background } from "./background.js";
 import { CompletionWords, textOfSpan } from "./completion_words.js";
@@ -78,6 +78,12 @@ function Explained({ request, answer, onAsk }) {
   </header>`;
 }
 
+/** Stays at the edge of the window while documents are picked, and leads to the basket, which stands above them. */
+function BasketLine({ count }) {
+  const go = (event) => event.currentTarget.closest(".answer").querySelector(".basket").scrollIntoView({ block: "center" });
+  return html`<p class="basket-line"><button type="button" class="primary" onClick=${go}>${plural(count, "document")} in the basket ↑</button></p>`;
+}
+
 /**
  * @param request The request that was answered.
  * @param answer The answer of the API.
@@ -105,6 +111,8 @@ export function AnswerView({ request, answer, onAsk, scales: shared, tools = {},
       ${children}<//>
     ${basket}
     <div class="answer-bar"><p class="faint" role="status">${plural(rows.length, "document")}</p><${Legend} scale=${scales.shade} /></div>
-    <${Columns} answer=${answer} context=${context} />
+    ${rows.length ? html`<${Columns} answer=${answer} context=${context} />` : html`<${Note} kind="notice">${request.filter
+      ? "No document of the index fits the filter. Without a condition of it, other documents are shown." : "The index has no document to show."}<//>`}
+    ${tools.basket?.size > 0 && html`<${BasketLine} count=${tools.basket.size} />`}
   </article>`;
 }

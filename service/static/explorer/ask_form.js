@@ -56,9 +56,11 @@ function Options({ question, set, index }) {
         ${profiles.map((name) => html`<option value=${name} selected=${name === question.profile}>${name}</option>`)}</select></label>`}
     ${checkpoints > 1 && html`<${CheckpointChoice} between=${off.between === null ? null : question.between} count=${checkpoints} disabled=${"between" in off} set=${set} />`}
     <${FoldChoice} fold=${question.fold} columns=${columns} set=${set} />
-    <${Check} name="shades" ...${shared}>Shade the words of each document<//>
-    <${Check} name="words" ...${shared}>Say which documents state the completion<//>
-    <${Check} name="exact" ...${shared}>Score the best 200 exactly<//>
+    <div class="checks">
+      <${Check} name="shades" ...${shared}>Shade the words of each document<//>
+      <${Check} name="words" ...${shared}>Say which documents state the completion<//>
+      <${Check} name="exact" ...${shared}>Score the best 200 exactly<//>
+    </div>
     ${question.top_k > MAX_SHADED && html`<p class="faint">${`Words are shaded for at most ${MAX_SHADED} documents on each side, because the model reads each of them again.`}</p>`}
     ${question.fold && html`<p class="faint">The service sums the scores of the 1,000 best documents in each direction, which takes longer. Groups have neither shades nor exact scores.</p>`}
     ${question.mode === "behaviour" && html`<p class="faint">A behaviour is no single text: it has no words to compare and no exact scores.</p>`}

@@ -28,10 +28,10 @@ function useIndex(name) {
 }
 
 /** Shows the error of a question. Where a part that costs more is what failed, it can be asked without such parts. */
-function AskProblem({ error, onAsk }) {
+function AskProblem({ error, trouble, onAsk }) {
   const parts = error.request.include ?? [];
   const plain = { include: parts.filter((part) => part === "text" || part === "metadata") };
-  return html`<${Problem} key=${error.requestId} error=${error} onRetry=${() => onAsk({})} />
+  return html`<${Problem} key=${error.requestId} error=${error} isExplained=${trouble?.code === error.code} onRetry=${() => onAsk({})} />
     ${error.status === 422 && plain.include.length < parts.length && html`<p><button type="button" class="quiet" onClick=${() => onAsk(plain)}>
       Ask for the texts alone</button></p>`}`;
 }
@@ -80,14 +80,14 @@ function useView(view, setQuestion) {
   return [state, go];
 }
 
-export function AskView({ indexes, jobs, view, refresh }) {
+export function AskView({ indexes, jobs, trouble, view, refresh }) {
   const names = readyNames(indexes);
   const [question, setQuestion] = useState({ ...EMPTY_QUESTION, index: names[0] ?? "" });
   const [{ request, answer, error, isBusy }, go] = useView(view, setQuestion);
   const index = useIndex(question.index);
   useEffect(() => {
-    if (answer) goToAnswer();
-  }, [answer]);
+    if (answer || error) goToAnswer();
+  }, [answer, error]);
   const change = (fields, base = request) => go({ ...base, ...fields });
   const askSimilar = (text) => go({ ...makeRequest({ ...question, index: request.index, mode: "prompt", between: null }), ...text });
   const choose = (name) => {
@@ -99,7 +99,7 @@ export function AskView({ indexes, jobs, view, refresh }) {
     <div id="answer" aria-busy=${isBusy}>
       ${view.name === "link" && html`<${LinkView} id=${view.id} onAsk=${(base, fields) => go({ ...base, ...fields })}
         onRequest=${(asked) => setQuestion(makeQuestion(asked))} />`}
-      ${error && html`<${AskProblem} error=${error} onAsk=${(fields) => change(fields, error.request)} />`}
+      ${error && html`<${AskProblem} error=${error} trouble=${trouble} onAsk=${(fields) => change(fields, error.request)} />`}
       ${isBusy && !answer && html`<${Skeleton} lines=${6} label="The question is being answered" />`}
       ${answer && html`<div class=${isBusy ? "stale" : ""}><${Answer} key=${JSON.stringify(request)} request=${request} answer=${answer} names=${names}
         onAsk=${change} onSimilar=${askSimilar} isBusy=${isBusy} /></div>`}

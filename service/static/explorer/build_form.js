@@ -2,7 +2,7 @@
 
 import { post, call } from "../shared/api.js";
 import { formatBytes, formatCount, formatDuration } from "../shared/format.js";
-import { html, useState } from "../shared/html.js";
+import { html, useEffect, useRef, useState } from "../shared/html.js";
 import { JobCard } from "../shared/jobs.js";
 import { Facts, Problem, Skeleton } from "../shared/parts.js";
 import { NotAllowed, useMay } from "../shared/permissions.js";
@@ -27,7 +27,7 @@ function EstimateFacts({ estimate }) {
     ["time", formatDuration(estimate.seconds)],
     ["on disk", formatBytes(estimate.size_bytes.total)],
     ["memory at most", formatBytes(estimate.peak_memory_bytes)],
-    ["of the model's parameters", `${estimate.coverage_percent.toFixed(1)} %`],
+    ["parameters covered", `${estimate.coverage_percent.toFixed(1)} %`],
   ]} /></div>`;
 }
 
@@ -54,6 +54,8 @@ export function BuildForm({ onDone }) {
   const [form, setForm] = useState(EMPTY);
   const [{ estimate, job, error, busy }, setState] = useState({});
   const may = useMay("write");
+  const outcome = useRef(null);
+  useEffect(() => outcome.current?.scrollIntoView({ block: "nearest" }), [estimate, job, error, busy]); // below the fold of a phone
   const set = (fields) => {
     setForm({ ...form, ...fields });
     setState((last) => ({ job: last.job }));
@@ -91,9 +93,11 @@ export function BuildForm({ onDone }) {
       <button type="button" class="quiet" disabled=${Boolean(busy)} onClick=${askEstimate}>${busy === "estimate" ? "Trying the build…" : "Estimate first"}</button>
       <button type="submit" class="primary" disabled=${Boolean(busy)}>Build</button>
     </div>`}
-    ${busy === "estimate" && html`<${Skeleton} lines=${2} label="A worker tries the build, which takes up to a minute" />`}
-    ${error && html`<${Problem} error=${error} />`}
-    ${estimate && html`<${EstimateFacts} estimate=${estimate} />`}
-    ${job && html`<${JobCard} key=${job.job_id} job=${job} onEnd=${(record) => record.state === "succeeded" && onDone(record.index)} />`}
+    <div ref=${outcome}>
+      ${busy === "estimate" && html`<${Skeleton} lines=${2} label="A worker tries the build, which takes up to a minute" />`}
+      ${error && html`<${Problem} error=${error} />`}
+      ${estimate && html`<${EstimateFacts} estimate=${estimate} />`}
+      ${job && html`<${JobCard} key=${job.job_id} job=${job} onEnd=${(record) => record.state === "succeeded" && onDone(record.index)} />`}
+    </div>
   </form>`;
 }

@@ -23,10 +23,10 @@ function useFragment() {
 }
 
 function View({ data, view, refresh }) {
-  const { indexes, jobs } = data;
+  const { indexes, jobs, trouble } = data;
   if (view.name === "build") return html`<${BuildForm} onDone=${refresh} />`;
   const isAsked = view.name !== "start"; // what is shown stays, also if its index was deleted
-  if (isAsked || indexes.some(({ state }) => state !== "building")) return html`<${AskView} indexes=${indexes} jobs=${jobs} view=${view} refresh=${refresh} />`;
+  if (isAsked || indexes.some(({ state }) => state !== "building")) return html`<${AskView} indexes=${indexes} jobs=${jobs} trouble=${trouble} view=${view} refresh=${refresh} />`;
   return html`<${NoIndex} jobs=${jobs} />
     ${jobs.length > 0 && html`<${IndexList} indexes=${indexes} jobs=${jobs} onEnd=${refresh} />`}`;
 }

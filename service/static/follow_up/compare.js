@@ -14,11 +14,11 @@ function ranksOf(answer) {
 }
 
 /** Says where a document stands in the other answer. */
-function movedText(row, otherRanks, otherName) {
+function movedText(row, otherRanks) {
   const rank = otherRanks.get(`${row.score < 0 ? "-" : "+"} ${row.id}`);
-  if (rank === undefined) return `not in ${otherName}`;
-  if (rank === row.rank) return `same rank in ${otherName}`;
-  return `${rank > row.rank ? "▲" : "▼"} ${Math.abs(rank - row.rank)}, ${rank} in ${otherName}`;
+  if (rank === undefined) return "not in the other answer";
+  if (rank === row.rank) return "same rank in the other answer";
+  return `${rank > row.rank ? "▲" : "▼"} ${Math.abs(rank - row.rank)}, rank ${rank} in the other answer`;
 }
 
 /** Returns the share of documents that both answers name as proponents. */
@@ -93,9 +93,9 @@ export function Comparison({ request, answer, change, onEnd }) {
   if (!second) return html`<p class="row">${back}</p><${Skeleton} lines=${6} label="The other answer is being computed" />`;
   const { common, total } = commonShare(answer, second);
   const view = (asked, shown, other, against) => {
-    const [name, otherName] = [titleOf(asked, other), titleOf(other, asked)];
+    const name = titleOf(asked, other);
     const ranks = ranksOf(against);
-    const movedFrom = (row) => html`<span class="moved faint">${movedText(row, ranks, otherName)}</span>`;
+    const movedFrom = (row) => html`<span class="moved faint">${movedText(row, ranks)}</span>`;
     return html`<section class="compared" aria-label=${name}><h2>${name}</h2>
       <${AnswerView} request=${asked} answer=${shown} scales=${scales} tools=${{ movedFrom, onFilter: null }} /></section>`;
   };

@@ -2,8 +2,9 @@
 
 import { onRefusal, storedKey, storeKey } from "./api.js";
 import { html, useEffect, useState } from "./html.js";
+import { messageParts } from "./parts.js";
 
-const KEY_NEEDED = "This service needs an API key. Its operator creates one with: bergson keys create NAME --scope read";
+const KEY_NEEDED = "This service needs an API key. Its operator creates one with `bergson keys create NAME --scope read`";
 const KEY_PATTERN = "\\s*bg_[0-9a-f]{12}_[A-Za-z0-9_\\-]{43}\\s*";
 
 /** Returns the message of the form, which is null if the service lets the page in, and a function that changes the key. */
@@ -27,7 +28,7 @@ export function KeyForm({ message, onKey }) {
     onKey(value.trim());
   };
   return html`<form id="key" class="card" autocomplete="off" onSubmit=${submit}>
-    <p id="key-message" role="alert">${message}</p>
+    <p id="key-message" role="alert">${messageParts(message)}</p>
     <label for="key-field">API key</label>
     <input id="key-field" type="password" required pattern=${KEY_PATTERN} value=${value} placeholder="bg_…"
       title="The key bg_… that bergson keys create printed" autocomplete="off" spellcheck="false"

@@ -59,14 +59,17 @@ function useCountdown(seconds) {
   return left;
 }
 
-/** Shows an error of the service in full: what went wrong, what to do, the refused fields, the id of the request. */
-export function Problem({ error, onRetry }) {
+/**
+ * Shows an error of the service in full: what went wrong, what to do, the refused fields, the id of the request.
+ * @param isExplained Whether the page says elsewhere what went wrong and what to do.
+ */
+export function Problem({ error, onRetry, isExplained = false }) {
   const left = useCountdown(error.retryAfterS);
   const fields = (error.errors ?? []).slice(1);
   return html`<div class="note bad problem" role="alert">
     <p><strong>${error.title ?? "Failed"}</strong></p>
-    <p>${messageParts(error.message)}</p>
-    ${ADVICE[error.code] && html`<p>${ADVICE[error.code]}</p>`}
+    ${!isExplained && html`<p>${messageParts(error.message)}</p>`}
+    ${!isExplained && ADVICE[error.code] && html`<p>${ADVICE[error.code]}</p>`}
     ${fields.length > 0 && html`<ul>${fields.map(({ loc, msg }) => html`<li><code>${loc.slice(1).join(".")}</code> ${messageParts(msg)}</li>`)}</ul>`}
     ${onRetry && left > 0 && html`<progress max=${error.retryAfterS} value=${error.retryAfterS - left} aria-label="Until the next try"></progress>`}
     ${onRetry && html`<button type="button" class="quiet" disabled=${left > 0} onClick=${onRetry}>

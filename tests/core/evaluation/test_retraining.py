@@ -3,8 +3,10 @@
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from bergson_core.errors import InvalidInput
 from bergson_core.evaluation.retraining import losses_after_retraining, random_subsets
 from bergson_core.evaluation.trainers import BuiltInTrainer, CommandTrainer, require_placeholders
 from bergson_core.models.forward_backward import compute_document_losses
+from bergson_core.models.language_model import LanguageModel
 from bergson_core.models.loading import load_model
 from bergson_core.schemas.training import TrainingSchedule
 from bergson_core.tokens.tokenization import Tokens, tokenize
@@ -76,24 +79,6 @@ def test_stored_losses_are_used_again_only_for_equal_settings_and_queries(traine
         losses_after_retraining(trainer, subsets, [0], query_tokens[:2], tmp_path)
 
 
-def test_runs_in_several_processes_give_the_losses_of_runs_in_one(trainer, tmp_path):
-    subsets, progress = random_subsets(len(TEXTS), 3, 0.5, seed=0), []
-    query_tokens = queries(trainer)
-    together = losses_after_retraining(
-        trainer,
-        subsets,
-        [1, 2, 3],
-        query_tokens,
-        tmp_path / "2",
-        processes=2,
-        on_run=lambda *counts: progress.append(counts),
-    )
-    np.testing.assert_array_equal(
-        together, losses_after_retraining(trainer, subsets, [1, 2, 3], query_tokens, tmp_path / "1")
-    )
-    assert progress == [(0, 3), (1, 3), (2, 3), (3, 3)]
-
-
 COPY = f"""{sys.executable} -c "
 import json, shutil, sys
 rows = [json.loads(line) for line in open(sys.argv[1])]
@@ -110,9 +95,23 @@ def test_a_command_gets_the_documents_and_leaves_a_model(trainer, model, tmp_pat
     np.testing.assert_allclose(losses[0], compute_document_losses(load_model(str(model)), queries(trainer)))
 
 
-def test_processes_import_nothing_of_the_working_directory_but_a_command_may(
-    trainer, model, tmp_path, monkeypatch
-):
+@dataclass(frozen=True)
+class EitherTrainer:
+    """Trains with the command for the seed 0, and with the loop for other seeds."""
+
+    loop: BuiltInTrainer
+    command: CommandTrainer
+
+    def cache_key(self) -> dict[str, Any]:
+        return {"loop": self.loop.cache_key(), "command": self.command.cache_key()}
+
+    def train(self, subset: np.ndarray, seed: int) -> LanguageModel:
+        return (self.loop if seed else self.command).train(subset, seed)
+
+
+@pytest.mark.filterwarnings("error:resource_tracker")  # The pool starts this process too.
+def test_runs_in_several_processes_give_the_losses_of_runs_in_one(trainer, model, tmp_path, monkeypatch):
+    """The processes import nothing of the working directory, but a command may."""
     (tmp_path / "mine").mkdir()
     for name in ("multiprocessing", "pickle", "socket"):
         (tmp_path / "mine" / f"{name}.py").write_text("raise SystemExit('a stray file was imported')")
@@ -125,11 +124,12 @@ def test_processes_import_nothing_of_the_working_directory_but_a_command_may(
     command = CommandTrainer(
         f"{sys.executable} {script} {{dataset}} {model} {{output}}", [{"text": text} for text in TEXTS]
     )
-    losses = losses_after_retraining(
-        command, [all_but(0), all_but(1)], [0, 0], queries(trainer), tmp_path / "losses", processes=2
-    )
-    assert losses.shape == (2, 3)
+    either, subsets, progress = EitherTrainer(trainer, command), random_subsets(len(TEXTS), 4, 0.5, 0), []
+    run = partial(losses_after_retraining, either, subsets, [0, 0, 1, 2], queries(trainer))
+    together = run(tmp_path / "2", processes=2, on_run=lambda *counts: progress.append(counts))
     assert "PYTHONSAFEPATH" not in os.environ
+    np.testing.assert_array_equal(together, run(tmp_path / "1"))
+    assert progress == [(done, 4) for done in range(5)]
 
 
 def test_the_error_quotes_the_first_failed_run_and_the_losses_of_the_others_are_stored(

@@ -12,6 +12,7 @@ import pytest
 from bergson_core import AttributionIndex, append_documents, build_index
 from bergson_core.errors import Cancelled, DocumentNotFound, InvalidInput, TooLong
 from bergson_core.indexing.estimation.estimate import estimate_build
+from bergson_core.indexing.estimation.trial_build import run_trial_build
 from bergson_core.schemas.build import AppendSpec, BuildSpec, GradientSpec
 from bergson_core.schemas.documents import MAX_LISTED, DocumentReport
 from bergson_core.schemas.results import Progress
@@ -203,7 +204,8 @@ def test_a_build_that_leaves_documents_out_goes_on_with_the_same_bytes(model, tm
 def test_an_estimate_counts_what_would_be_indexed(model, tmp_path, long_documents):
     rows = [*text_rows(None), {"id": "long", "text": "a long text " * 90}]
     spec = spec_of(model, tmp_path, rows, on_bad_document="skip", long_documents=long_documents)
-    assert estimate_build(spec).documents == build_index(spec, tmp_path / "facts").rows
+    estimate = run_trial_build(spec, tmp_path / "trial", lambda progress: None, sample_size=60)
+    assert estimate.documents == build_index(spec, tmp_path / "facts").rows
 
 
 def test_fingerprints_of_the_first_version_stay(sources):

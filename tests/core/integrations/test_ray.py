@@ -38,23 +38,6 @@ QUERIES = [
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """Two machines of one CPU each; this process is on the first."""
-    fast_checks = {
-        "health_check_period_ms": 200,
-        "health_check_timeout_ms": 1000,
-        "health_check_initial_delay_ms": 0,
-    }
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": fast_checks}
-    started = Cluster(initialize_head=True, head_node_args=head)
-    started.add_node(num_cpus=1)
-    ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
-    yield started
-    ray.shutdown()
-    started.shutdown()
-
-
-@pytest.fixture(scope="module")
 def local(spec, tmp_path_factory) -> Path:
     """The index of twenty shards that this process builds."""
     path = tmp_path_factory.mktemp("local") / "facts"

@@ -1,10 +1,9 @@
 """On a Ray cluster, rows of checkpoints, preference pairs and heads are built and asked as in one process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from bergson_core import (
@@ -26,29 +25,16 @@ LIVING = [{"prompt": "Person 3", "completion": " lives"}]
 CONTROL = [{"prompt": "A", "completion": " b"}]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """One machine of two CPUs, so that two actors hold the shards."""
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-    started.shutdown()
-
-
 def checkpoint_spec(sources: Path, directory: Path) -> BuildSpec:
+    """Rows of the heads at two checkpoints."""
     models = [str(tiny.save_model(directory / f"step-{seed}", seed)) for seed in (1, 2)]
-    return make_spec(sources, model=None, models=models)
-
-
-def head_spec(sources: Path, directory: Path) -> BuildSpec:
     gradients = GradientSpec(projection_dim=4, modules="attention", split_heads=True)
-    return make_spec(sources, gradients=gradients)
+    return make_spec(sources, model=None, models=models, gradients=gradients)
 
 
-@pytest.mark.parametrize("make", [pair_spec, checkpoint_spec, head_spec])
+@pytest.mark.parametrize("make", [pair_spec, checkpoint_spec])
 def test_rows_of_every_kind_are_built_and_asked_on_the_cluster_as_here(
-    cluster: None, sources: Path, tmp_path: Path, make: Callable[[Path, Path], BuildSpec]
+    cluster: Cluster, sources: Path, tmp_path: Path, make: Callable[[Path, Path], BuildSpec]
 ) -> None:
     spec = make(sources, tmp_path)
     build_index(spec, tmp_path / "here", shard_rows=8)

@@ -32,6 +32,12 @@ from service.cli import app
 REPOSITORY = Path(__file__).parents[3]
 
 
+@pytest.fixture(autouse=True)
+def not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster of other tests may still be there."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
 def test_without_ray_all_else_works_and_the_error_says_what_to_install():
     code = (
         "import sys; sys.modules['ray'] = None\n"

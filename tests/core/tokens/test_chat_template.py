@@ -1,8 +1,10 @@
 """What the assistant says is found in the text of a chat, whatever template the model has."""
 
+import copy
 import json
 import re
 from datetime import date
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,8 +16,10 @@ from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import BuildSpec
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.tokens.chat_template import RenderedChat, render_chats, tokenize_chats
+from bergson_core.utils import sandbox
 from tests import tiny
 from tests.core.tokens import chat_templates as templates
+from tests.core.tokens.template_runs import run_here
 
 SPECIAL_TOKENS = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -41,12 +45,25 @@ SPECIAL_TOKENS = [
 ]
 
 
-def chat_tokenizer(template: Any) -> PreTrainedTokenizerFast:
+@pytest.fixture(autouse=True)
+def without_a_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renders in this process, but for the tests that compare texts with those of transformers."""
+    if request.function is not test_the_text_is_that_of_transformers:
+        monkeypatch.setattr(sandbox, "run_sandboxed", run_here)
+
+
+@cache
+def trained_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = tiny.tokenizer(tiny.texts(20))
     tokenizer.add_special_tokens(
         {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": SPECIAL_TOKENS}
     )
     tokenizer.add_tokens(["<think>", "</think>", "<tool_call>", "</tool_call>"])
+    return tokenizer
+
+
+def chat_tokenizer(template: Any) -> PreTrainedTokenizerFast:
+    tokenizer = copy.copy(trained_tokenizer())
     tokenizer.chat_template = template
     return tokenizer
 

@@ -154,8 +154,10 @@ def test_two_behaviours_answer_side_by_side_with_what_moved(
     broker.texts = broker.texts[:1]
     page.get_by_label("Compare with").select_option(label="refusing")
     first, second = page.get_by_role("region", name="agreeing"), page.get_by_role("region", name="refusing")
-    expect(first.locator(".proponents .moved")).to_have_text(["same rank in refusing", "not in refusing"])
-    expect(second.locator(".proponents .moved")).to_have_text(["same rank in agreeing"])
+    expect(first.locator(".proponents .moved")).to_have_text(
+        ["same rank in the other answer", "not in the other answer"]
+    )
+    expect(second.locator(".proponents .moved")).to_have_text(["same rank in the other answer"])
     assert last_query(broker).behaviour == "refusing"
 
 

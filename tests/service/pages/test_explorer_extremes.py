@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from bergson_core.errors import NoWorker
 from bergson_core.schemas.build import BuildSpec
 from service.openapi import examples
 from tests.service.fake_broker import FakeBroker, publish_manifest
@@ -120,9 +121,7 @@ def test_an_answer_stays_when_its_index_is_deleted_and_the_next_question_says_so
 ) -> None:
     page = open_page(address_of(completion=" London")).page
     expect(page.locator(".proponents .result")).to_have_count(2)
-    expect(
-        page.get_by_text("Totals over all documents")
-    ).to_be_visible()  # the columns of the index are known
+    expect(page.get_by_text("Totals over all documents")).to_be_visible()  # the columns are known
     shutil.rmtree(tmp_path / "indexes" / "facts")
     with page.expect_response(re.compile("/index($|[?])")):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -151,6 +150,11 @@ def test_a_service_without_a_worker_says_what_waits_and_what_to_do(
     expect(trouble).to_contain_text(
         "Questions and builds go on as soon as a worker has been started: bergson worker"
     )
+    broker.error = NoWorker("no worker is alive")
+    ask(page)
+    problem = page.locator("#answer [role=alert]")  # what is shown above is not said again
+    expect(problem).to_contain_text("No live worker")
+    expect(problem).not_to_contain_text("no worker is alive")
     monkeypatch.undo()
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(trouble).to_have_count(0)

@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from bergson_core.errors import BergsonError, InvalidInput, NoWorker, QueueFull
 from service.auth.api_keys import KeyFile
-from service.openapi import examples
+from service.openapi import examples, link_examples
 from tests.service.fake_broker import FakeBroker
 from tests.service.helpers import make_key_header
 from tests.service.pages.test_explorer import address_of, ask
@@ -173,3 +173,41 @@ def test_a_key_that_may_only_read_cannot_take_a_document_down(
     page.get_by_role("button", name="Open document doc-0").click()
     expect(page.get_by_role("dialog").locator(".locked")).to_contain_text("To take documents down")
     expect(page.get_by_role("button", name="Take down…")).to_have_count(0)
+
+
+def test_a_link_fills_the_form_so_that_a_person_can_go_on_asking(open_page: Callable[..., Visit]) -> None:
+    request = {
+        "index": "facts",
+        "prompt": "Ada was born in",
+        "completion": " London",
+        "order": "fused",
+        "top_k": 5,
+    }
+    visit = open_page("/docs")
+    page = visit.page
+    page.route("**/links/*", lambda route: route.fulfill(json=link_examples.LINK | {"request": request}))
+    page.goto(page.url.replace("/docs", f"/#link={link_examples.LINK['id']}"))
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("Ada was born in")
+    expect(page.get_by_role("textbox", name="Completion")).to_have_value(" London")
+    page.get_by_text("Options").click()
+    expect(page.get_by_label("Documents on each side")).to_have_value("5")
+    expect(page.get_by_label("Order")).to_have_value("fused")
+    expect(page.get_by_label("Shade the words")).not_to_be_checked()
+
+
+def test_a_filter_that_no_document_fits_is_told_instead_of_two_empty_columns(
+    open_page: Callable[..., Visit], broker: FakeBroker
+) -> None:
+    broker.texts = []
+    page = open_page(address_of(completion=" London", filter={"source": ["news"]})).page
+    expect(page.locator(".answer")).to_contain_text("No document of the index fits the filter")
+    expect(page.locator(".column")).to_have_count(0)
+    expect(page.get_by_role("button", name="Unlearn the best 3")).to_be_disabled()
+
+
+def test_a_button_leads_from_picked_documents_to_the_basket(open_page: Callable[..., Visit]) -> None:
+    page = open_page(address_of(completion=" London"), viewport={"width": 390, "height": 800}).page
+    page.get_by_label("Put document doc-0 into the basket").check()
+    page.get_by_label("Put document doc-1 into the basket").check()
+    page.get_by_role("button", name="2 documents in the basket").click()
+    expect(page.get_by_role("form", name="Basket")).to_be_in_viewport()

@@ -24,6 +24,8 @@ from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_keys import query_key
 from worker.settings import Settings
 
+ONE_REDIS = True
+
 Start = Callable[[], Runner]
 VERIFY = VerifySpec(top=2, controls=1)
 

@@ -16,6 +16,8 @@ from worker.process import job_handlers
 from worker.process.index_cache import IndexCache
 from worker.settings import Settings
 
+ONE_REDIS = True
+
 
 def run_build(
     settings: Settings,

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from tests.worker.fakes import make_query, publish_index
-from tests.worker.helpers import read_record, read_replies, send_query, submit_job, wait_until
+from tests.worker.helpers import on_one_redis, read_record, read_replies, send_query, submit_job, wait_until
 from worker.settings import Settings
 
 Spawn = Callable[..., subprocess.Popen[str]]
@@ -24,6 +24,7 @@ def test_the_job_of_a_killed_worker_is_done_by_the_next(redis: Redis, spawn_work
     assert (record.state, record.deliveries, record.error) == ("succeeded", 2, None)
 
 
+@on_one_redis
 def test_a_job_that_kills_three_workers_is_given_up(redis: Redis, spawn_worker: Spawn):
     submit_job(redis, index="new")
     workers = [spawn_worker(FAKE_EXIT="1") for _ in range(3)]
@@ -45,6 +46,7 @@ def test_a_query_that_kills_two_workers_is_refused_by_the_third(
     assert sorted(str(worker.poll()) for worker in workers) == ["9", "9", "None"]
 
 
+@on_one_redis
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_makes_the_worker_hand_its_build_back_and_exit_with_0(
     redis: Redis, spawn_worker: Spawn, number: signal.Signals
@@ -58,6 +60,7 @@ def test_a_signal_makes_the_worker_hand_its_build_back_and_exit_with_0(
     assert (record.state, record.deliveries) == ("queued", 0)
 
 
+@on_one_redis
 def test_a_worker_without_a_configured_redis_starts_its_own(settings: Settings, spawn_worker: Spawn):
     worker = spawn_worker(REDIS_URL="")
     assert worker.stderr is not None

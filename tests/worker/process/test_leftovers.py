@@ -17,6 +17,8 @@ from worker.process.leftovers import list_index_directories, remove_leftovers
 from worker.queue import redis_keys as keys
 from worker.settings import Settings
 
+ONE_REDIS = True
+
 WEEK_S = 7 * 24 * 3600
 
 

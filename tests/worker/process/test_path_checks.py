@@ -12,6 +12,8 @@ from tests.worker.fakes import make_spec
 from worker.process.path_checks import require_allowed_dataset, require_allowed_paths
 from worker.settings import Settings
 
+ONE_REDIS = True
+
 
 @pytest.fixture
 def root(settings: Settings) -> Path:

@@ -305,8 +305,15 @@ def test_a_job_waits_for_a_process_that_is_stopped_in_a_takedown_and_does_no_wor
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_job_that_waits_for_another_process_can_be_cancelled(
-    redis: Redis, core: FakeCore, settings: Settings, start_worker: Start, make_queue: Any, is_first: bool
+    redis: Redis,
+    core: FakeCore,
+    settings: Settings,
+    start_worker: Start,
+    make_queue: Any,
+    is_first: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(job_queue, "_BUSY_PAUSE_S", 0.01)
     submit_job(redis, index="new")
     if not is_first:
         assert make_queue("frozen").take_job() is not None

@@ -13,6 +13,8 @@ from tests.worker.helpers import read_record, read_replies, send_query, submit_j
 from worker.process.runner import Runner
 from worker.settings import Settings
 
+ONE_REDIS = True
+
 Start = Callable[[], Runner]
 QUERY_S = 0.01
 

@@ -23,6 +23,8 @@ from worker.process.runner import Runner
 from worker.queue.redis_keys import query_key
 from worker.settings import Settings
 
+ONE_REDIS = True
+
 Start = Callable[[], Runner]
 SPEC = TotalsSpec(by="source")
 

@@ -24,6 +24,8 @@ from worker.process.runner import Runner
 from worker.queue import redis_keys as keys
 from worker.settings import Settings
 
+ONE_REDIS = True
+
 Start = Callable[[], Runner]
 
 

@@ -133,7 +133,11 @@ def sentinel(
     """URL of a master with a replica and a sentinel, with passwords, with and without TLS; and the master's process."""
     master, replica, guard, dead = (free_port() for _ in range(4))
     port_option, query = "port", ""
-    server_settings: dict[str, object] = {"requirepass": "secret", "masterauth": "secret"}
+    server_settings: dict[str, object] = {
+        "requirepass": "secret",
+        "masterauth": "secret",
+        "repl_diskless_sync_delay": 0,  # The master would wait five seconds for more replicas.
+    }
     if request.param == "rediss":
         certificate, key = make_certificate(require("openssl"), tmp_path)
         port_option, query = "tls_port", f"ssl_ca_certs={certificate}"

@@ -32,6 +32,7 @@ from bergson_core.storage.manifest import read_manifest
 from bergson_core.tokens import chat_template
 from tests import tiny
 from tests.core.tokens import chat_templates as templates
+from tests.core.tokens.template_runs import run_here
 
 MARKED = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}"
@@ -124,7 +125,8 @@ def first_results(index: AttributionIndex, documents: Any = CHATS) -> list[tuple
         *("the last turn differs", "eos at the end", "no generation prompt", "marks"),
     ],
 )
-def test_every_chat_finds_itself_first(tmp_path, template, adds_bos):
+def test_every_chat_finds_itself_first(tmp_path, monkeypatch, template, adds_bos):
+    monkeypatch.setattr(chat_template.sandbox, "run_sandboxed", run_here)
     build_index(chat_spec(save_chat_model(tmp_path / "model", template, adds_bos)), tmp_path / "facts")
     results = first_results(AttributionIndex.open(tmp_path / "facts"))
     assert [name for name, _ in results] == [f"chat-{k}" for k in range(len(CHATS))]
@@ -132,7 +134,8 @@ def test_every_chat_finds_itself_first(tmp_path, template, adds_bos):
 
 
 @pytest.mark.parametrize("loss", ["sum", "mean"])
-def test_the_tokens_of_a_chat_are_those_of_the_document(tmp_path, opened, loss):
+def test_the_tokens_of_a_chat_are_those_of_the_document(tmp_path, monkeypatch, opened, loss):
+    monkeypatch.setattr(chat_template.sandbox, "run_sandboxed", run_here)
     spec = opened.manifest.spec.model_copy(update={"gradients": GradientSpec(loss=loss)})
     from bergson_core.data.documents import load_documents
     from bergson_core.models.index_tokens import tokenize_documents

@@ -18,7 +18,7 @@ from bergson_core import (
 )
 from bergson_core.errors import Cancelled, IndexCorrupt, InvalidInput, ModelNotFound
 from bergson_core.gradients.checkpoints.processors import checkpoint_seed
-from bergson_core.indexing.estimation.estimate import estimate_build
+from bergson_core.indexing.estimation.trial_build import run_trial_build
 from bergson_core.schemas.build import AppendSpec, BuildSpec, GradientSpec
 from tests import tiny
 from tests.core.helpers import copy_weights, file_hashes, make_spec, stop_after
@@ -106,8 +106,11 @@ def test_a_profile_is_fitted_over_all_checkpoints(checkpoint_spec: BuildSpec, tm
     assert len(answer.results or ()) == 3
 
 
-def test_an_estimate_counts_the_rows_of_all_checkpoints(checkpoint_spec: BuildSpec, index: Path) -> None:
-    one, all_three = read_manifest(index), estimate_build(checkpoint_spec)
+def test_an_estimate_counts_the_rows_of_all_checkpoints(
+    checkpoint_spec: BuildSpec, index: Path, tmp_path: Path
+) -> None:
+    one = read_manifest(index)
+    all_three = run_trial_build(checkpoint_spec, tmp_path / "trial", lambda progress: None, sample_size=60)
     assert all_three.dimensions == 3 * one.dimensions
     assert all_three.coverage_percent == one.coverage_percent
 

@@ -3,9 +3,11 @@
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -145,20 +147,33 @@ def test_what_a_build_refuses_a_trial_refuses(case, sources, tmp_path):
         run_trial_build(make_spec(sources, **changes), tmp_path / "trial", lambda progress: None, 60)
 
 
-def test_a_report_that_raises_ends_the_trial(spec, scratch):
+@pytest.fixture
+def run_as_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has lines of the shell run in place of the trial, which would load torch first."""
+
+    def replace(lines: str) -> None:
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{lines}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+
+    return replace
+
+
+def test_a_report_that_raises_ends_the_trial(spec, scratch, tmp_path, run_as_trial):
     def stop(progress: Progress) -> None:
         raise Cancelled("stopped by the test")
 
+    event = json.dumps({"progress": Progress(stage="load").model_dump(mode="json")})
+    run_as_trial(f"echo $$ > '{tmp_path}/pid'; echo '{event}'; exec sleep 600")
     with pytest.raises(Cancelled):
         estimate_build(spec, report=stop)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
     assert list(scratch.iterdir()) == []
 
 
-def test_a_trial_that_the_system_kills_does_not_fit_into_memory(spec, scratch, tmp_path, monkeypatch):
-    killed = tmp_path / "python"
-    killed.write_text("#!/bin/sh\nkill -9 $$\n")
-    killed.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(killed))
+def test_a_trial_that_the_system_kills_does_not_fit_into_memory(spec, scratch, run_as_trial):
+    run_as_trial("kill -9 $$")
     with pytest.raises(InvalidInput, match="does not fit into memory"):
         estimate_build(spec)
     assert list(scratch.iterdir()) == []
