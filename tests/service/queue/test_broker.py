@@ -253,7 +253,7 @@ async def test_one_job_at_a_time_changes_an_index(broker: Broker):
 
     job = await broker.submit(change())
     assert (job.kind, job.state) == ("compact", "queued")
-    with pytest.raises(IndexBusy, match=f"job {job.job_id} is at work on 'facts'"):
+    with pytest.raises(IndexBusy, match=f"job {job.job_id} is changing 'facts'"):
         await broker.submit(change())
     with pytest.raises(IndexExists, match=r"published|building"):
         await broker.submit(make_build_job("facts", make_spec()))
