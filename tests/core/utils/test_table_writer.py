@@ -151,7 +151,7 @@ def test_a_file_that_appears_during_the_write_is_kept(tmp_path):
         ("scores.xlsx", r"expected \.jsonl, \.csv, \.parquet"),
         ("nowhere/scores.jsonl", "no directory"),
         ("taken.jsonl", "there already"),
-        ("directory.jsonl", "there already"),
+        ("directory.jsonl", "is a directory"),
     ],
 )
 def test_a_path_that_cannot_be_written_is_refused_before_a_row_is_read(tmp_path, name, message):
