@@ -40,11 +40,11 @@ class DocumentSelector:
     model: LanguageModel
     searcher: Searcher
 
-    def is_visible(self, location: RowLocation) -> bool:
-        """Returns whether the document has not been taken down by now."""
-        shard_number, offset = location
-        mask = self.searcher.visible.masks()[shard_number]
-        return mask is None or bool(mask[offset])
+    def is_visible(self, *locations: RowLocation) -> bool:
+        """Returns whether none of the documents has been taken down by now; the log is read once for all of them."""
+        masks = self.searcher.visible.masks()
+        visible = ((masks[shard_number], offset) for shard_number, offset in locations)
+        return all(mask is None or bool(mask[offset]) for mask, offset in visible)
 
     def locate(self, ids: Collection[str]) -> dict[str, RowLocation]:
         """Returns where the visible documents with these ids are, by id, in the order of the ids."""

@@ -122,7 +122,7 @@ class Verifier:
         after a document of its sample was taken down.
         """
         while True:
-            if self._fit is None or not all(map(self.selector.is_visible, self._fit.locations)):
+            if self._fit is None or not self.selector.is_visible(*self._fit.locations):
                 self._fit = self._begin_fit()
             fit = self._fit
             if fit.unlearner is not None:

@@ -1,7 +1,6 @@
 """Fixtures over a real Redis, which the tests of the worker and of the broker share."""
 
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,8 +13,10 @@ import pytest
 from redis import Redis
 
 from service.queue.broker import Broker
+from tests.processes import forkserver_context
+from tests.worker import fakes
 from tests.worker.fakes import FakeCore
-from tests.worker.helpers import REPOSITORY, TIMEOUT_S
+from tests.worker.helpers import TIMEOUT_S
 from tests.worker.servers import read_refusals, restrict_user, running_server, server_options
 from worker.process.runner import Runner
 from worker.queue.embedded_redis import embedded_redis
@@ -118,22 +119,46 @@ def start_worker(core: FakeCore, redis: Redis, settings: Settings) -> Iterator[C
         assert not thread.is_alive()
 
 
+class WorkerProcess:
+    """A worker over the fake core, in a process that starts from one that has loaded the library."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        self._process = forkserver_context().Process(target=_run_fake_worker, args=(environment, log))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        self._process.join(TIMEOUT_S)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(cast("int", self._process.pid), number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _run_fake_worker(environment: dict[str, str], log: Path) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ.update(environment)
+    fakes.main()
+
+
 @pytest.fixture
-def spawn_worker(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def spawn_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     """Starts workers as processes, over the fake core; `spawn_worker(FAKE_BATCH_S="0.1")`."""
     with ExitStack() as stack:
 
-        def spawn(**environment: str) -> subprocess.Popen[str]:
+        def spawn(**environment: str) -> WorkerProcess:
             names = ("lease_s", "query_lease_s", "heartbeat_s", "poll_s", "max_deliveries", "data_dir")
             variables = {f"BERGSON_{name.upper()}": str(getattr(settings, name)) for name in names}
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.worker.fakes"],
-                cwd=REPOSITORY,
-                env=os.environ | variables | {"REDIS_URL": cast("str", settings.redis_url)} | environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            stack.callback(process.communicate)
+            variables |= {"REDIS_URL": cast("str", settings.redis_url)}
+            process = WorkerProcess(variables | environment, tmp_path / f"worker-{uuid4().hex}.log")
             stack.callback(process.kill)
             return process
 

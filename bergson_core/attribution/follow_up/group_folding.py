@@ -13,7 +13,7 @@ from bergson_core.attribution.answering import QueryAnswerer
 from bergson_core.attribution.document_selection import DocumentSelector, RowLocation
 from bergson_core.attribution.follow_up.answer_steps import Steps
 from bergson_core.attribution.follow_up.group_intervals import FoldedGroup, GroupIntervals, GroupRanking
-from bergson_core.attribution.follow_up.row_cosines import label_components, row_cosines
+from bergson_core.attribution.follow_up.row_cosines import label_components, near_pairs
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.answer_parts.groups import GroupMember, ResultGroup
 from bergson_core.schemas.query import GROUP_DEPTH, NEAR_DUPLICATES, AttributionQuery
@@ -96,8 +96,9 @@ def _group_values(
 ) -> list[Hashable]:
     """Returns for each document what it has in common with the others of its group."""
     if query.group_by == NEAR_DUPLICATES:
-        cosines = row_cosines(selector.searcher, selector.manifest, locations, query.profile)
-        return label_components(cosines >= NEAR_DUPLICATE_COSINE).tolist()
+        searcher, manifest = selector.searcher, selector.manifest
+        pairs = near_pairs(searcher, manifest, locations, query.profile, NEAR_DUPLICATE_COSINE)
+        return label_components(pairs).tolist()
     values = (selector.read(location)["metadata"].get(query.group_by) for location in locations)
     return [json.dumps(value, sort_keys=True) for value in values]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Int
 
-from bergson_core.attribution.follow_up.row_cosines import label_components, row_cosines
+from bergson_core.attribution.follow_up.row_cosines import label_components, near_pairs
 from bergson_core.attribution.index import AttributionIndex
 from bergson_core.errors import InvalidInput
 from bergson_core.storage.document_table import mask_of_ids
@@ -58,7 +58,7 @@ def group_near_duplicates(
         raise InvalidInput(
             f"{index.name} has the documents 0 to {index.manifest.rows - 1}; there is no {unknown[0]}"
         )
-    labels = label_components(_cosines(index, distinct, profile) >= threshold)
+    labels = label_components(_pairs(index, distinct, profile, threshold))
     groups: dict[int, list[int]] = {}
     for number, label in zip(distinct, labels, strict=True):
         groups.setdefault(int(label), []).append(int(number))
@@ -81,11 +81,11 @@ def find_document_numbers(index: AttributionIndex, ids: Sequence[str]) -> list[i
     return [numbers[document_id] for document_id in ids]
 
 
-def _cosines(
-    index: AttributionIndex, numbers: Int[np.ndarray, " k"], profile: str
-) -> Float[np.ndarray, "k k"]:
-    """Returns the cosine of each pair of these documents."""
+def _pairs(
+    index: AttributionIndex, numbers: Int[np.ndarray, " k"], profile: str, threshold: float
+) -> Bool[np.ndarray, "k k"]:
+    """Returns which of these documents have at least that cosine."""
     first_rows = np.array([shard.entry.first_row for shard in index.shards])
     shard_numbers = np.searchsorted(first_rows, numbers, side="right") - 1
     locations = list(zip(shard_numbers.tolist(), (numbers - first_rows[shard_numbers]).tolist(), strict=True))
-    return row_cosines(index.searcher, index.manifest, locations, profile)
+    return near_pairs(index.searcher, index.manifest, locations, profile, threshold)

@@ -225,6 +225,15 @@ def test_controls_are_not_among_the_results_and_their_mean_is_given(opened):
     assert (no_controls.controls, no_controls.mean) == ([], None)
 
 
+def test_the_takedowns_are_read_once_for_all_documents_of_a_sample(opened, monkeypatch):
+    selector, reads = opened.verifier.selector, []
+    masks = [np.arange(shard.entry.rows) != 1 for shard in opened.shards]
+    monkeypatch.setattr(selector.searcher.visible, "masks", lambda: reads.append(1) or masks)
+    assert selector.is_visible((0, 0), (1, 0), (2, 0))
+    assert not selector.is_visible((0, 0), (1, 0), (2, 1))
+    assert len(reads) == 2
+
+
 def test_documents_that_were_taken_down_are_not_drawn(sources, tmp_path):
     path = tmp_path / "facts"
     build_index(make_spec(sources), path, shard_rows=16)

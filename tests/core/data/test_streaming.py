@@ -1,7 +1,6 @@
 """Files and streams are read once, give the same documents with `streaming` and without, and leave nothing behind."""
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -20,6 +19,7 @@ from bergson_core.schemas.results import Progress
 from bergson_core.schemas.source import ColumnsSpec, DatasetSpec
 from tests import tiny
 from tests.core.helpers import INVALID_BUILDS, file_hashes, make_spec, save_dataset, stop_after, write_rows
+from tests.processes import forkserver_context
 
 COLUMNS = ColumnsSpec(id="id", metadata=("nested", "number", "missing"))
 
@@ -130,7 +130,7 @@ def read_and_die(spec: BuildSpec, path: Path) -> None:
 
 def test_a_file_that_a_killed_process_has_half_written_is_not_used(spec, index, tmp_path):
     path = tmp_path / "facts"
-    process = multiprocessing.get_context("spawn").Process(target=read_and_die, args=(streamed(spec), path))
+    process = forkserver_context().Process(target=read_and_die, args=(streamed(spec), path))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -56,6 +56,12 @@ Start = Callable[[], Runner]
 
 
 @pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The settings, with which no worker loses what it has taken, nor counts as gone, if the machine is busy."""
+    return settings.model_copy(update={"lease_s": 30, "query_lease_s": 30, "heartbeat_s": 1})
+
+
+@pytest.fixture
 def worker(settings: Settings, start_worker: Start) -> Runner:
     """A worker that has started, and the index `facts`."""
     publish_index(settings.indexes_dir / "facts")

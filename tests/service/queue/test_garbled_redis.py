@@ -10,6 +10,7 @@ import pytest
 
 from bergson_core.errors import BergsonError
 from service.queue.broker import Broker
+from service.queue.redis_calls import call_redis
 from tests.faults.support.proxy import CALM, Proxy, Weather
 from tests.worker.fakes import make_query, make_spec
 from tests.worker.helpers import make_build_job, wait_until_async
@@ -19,6 +20,8 @@ from worker.queue.job_queue import WorkerQueue
 from worker.queue.redis_client import connect
 from worker.settings import Settings
 
+WAIT_S = 0.5
+"""How long a call waits for Redis here. A connection with a changed length of a reply waits for what never comes."""
 HEARTBEAT = Heartbeat(worker_id="w-1", pid=1, host="h", device="cpu", started_at=0, state="idle")
 
 
@@ -35,7 +38,7 @@ HEARTBEAT = Heartbeat(worker_id="w-1", pid=1, host="h", device="cpu", started_at
     ids=["cut", "half-closed", "split", "replies twice", "commands twice", "changed"],
 )
 async def test_calls_give_their_own_answer_or_an_error_by_name(
-    require: Callable[..., str], tmp_path: Path, weather: Weather
+    require: Callable[..., str], tmp_path: Path, weather: Weather, monkeypatch: pytest.MonkeyPatch
 ):
     port = free_port()
     url = f"redis://127.0.0.1:{port}/0"
@@ -46,6 +49,9 @@ async def test_calls_give_their_own_answer_or_an_error_by_name(
         settings = Settings(data_dir=tmp_path / "data", redis_url=proxy.url, heartbeat_s=100)
         async with Broker.connect(settings) as broker:
             jobs = [await broker.submit(make_build_job(f"i-{number}", make_spec())) for number in range(4)]
+            for call in (call_redis, Broker.list_workers, Broker.active_jobs, Broker._require_worker):
+                monkeypatch.setattr(call, "__defaults__", (WAIT_S,))
+            monkeypatch.setattr("service.queue.broker.REDIS_WAIT_S", WAIT_S)
             proxy.weather = weather
             for turn in range(15):
                 calls: list[Awaitable[Any]] = [

@@ -1,17 +1,17 @@
 """Workers as processes that are killed or stopped, over a fake core and a real Redis."""
 
 import signal
-import subprocess
 from collections.abc import Callable
 
 import pytest
 from redis import Redis
 
 from tests.worker.fakes import make_query, publish_index
+from tests.worker.fixtures import WorkerProcess
 from tests.worker.helpers import on_one_redis, read_record, read_replies, send_query, submit_job, wait_until
 from worker.settings import Settings
 
-Spawn = Callable[..., subprocess.Popen[str]]
+Spawn = Callable[..., WorkerProcess]
 
 
 def test_the_job_of_a_killed_worker_is_done_by_the_next(redis: Redis, spawn_worker: Spawn):
@@ -29,7 +29,7 @@ def test_a_job_that_kills_three_workers_is_given_up(redis: Redis, spawn_worker: 
     submit_job(redis, index="new")
     workers = [spawn_worker(FAKE_EXIT="1") for _ in range(3)]
     for worker in workers:
-        assert worker.wait(30) == 9
+        assert worker.wait() == 9
     spawn_worker()
     wait_until(lambda: read_record(redis).state == "failed")
     assert read_record(redis).deliveries == 3
@@ -55,7 +55,7 @@ def test_a_signal_makes_the_worker_hand_its_build_back_and_exit_with_0(
     worker = spawn_worker(FAKE_TOTAL="10000", FAKE_BATCH_S="0.01")
     wait_until(lambda: read_record(redis).progress.done > 1)
     worker.send_signal(number)
-    assert worker.wait(30) == 0
+    assert worker.wait() == 0
     record = read_record(redis)
     assert (record.state, record.deliveries) == ("queued", 0)
 
@@ -63,8 +63,7 @@ def test_a_signal_makes_the_worker_hand_its_build_back_and_exit_with_0(
 @on_one_redis
 def test_a_worker_without_a_configured_redis_starts_its_own(settings: Settings, spawn_worker: Spawn):
     worker = spawn_worker(REDIS_URL="")
-    assert worker.stderr is not None
-    assert any("is ready" in line for line in worker.stderr)
+    wait_until(lambda: worker.log.exists() and "is ready" in worker.log.read_text())
     assert list((settings.data_dir / "redis").glob("appendonly*"))  # a directory from Redis 7 on
-    worker.terminate()
-    assert worker.wait(30) == 0
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait() == 0

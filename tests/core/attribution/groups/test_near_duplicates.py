@@ -1,10 +1,16 @@
 """Documents that are nearly the same to the model are grouped together."""
 
+import numpy as np
 import pytest
 import torch
 
 from bergson_core import AttributionIndex, build_index, find_document_numbers, group_near_duplicates
-from bergson_core.attribution.follow_up.row_cosines import cosines_from_sign_products, label_components
+from bergson_core.attribution.follow_up.row_cosines import (
+    cosines_from_sign_products,
+    label_components,
+    multiply_near_rows,
+    sign_product,
+)
 from bergson_core.attribution.groups.near_duplicates import MAX_DOCUMENTS
 from bergson_core.errors import InvalidInput
 from bergson_core.schemas.build import GradientSpec, ScoringSpec
@@ -68,6 +74,28 @@ def plain_groups(pairs: torch.Tensor) -> list[list[int]]:
 
 def groups_of(labels: list[int]) -> list[list[int]]:
     return sorted([k for k, other in enumerate(labels) if other == label] for label in dict.fromkeys(labels))
+
+
+@pytest.mark.parametrize("least", [0.05, 0.3, 0.7, 0.95, 0.999])
+@pytest.mark.parametrize("width", [3, 4, 37])
+def test_no_pair_is_lost_where_rows_are_left_out_early(least, width):
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(40, width)) * generator.uniform(0, 1, 40)[:, None]
+    rows[20:30] = rows[:10] + 0.2 * generator.normal(size=(10, width)) * np.linspace(0, 1, 10)[:, None]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[35:] = 0
+    left, products = multiply_near_rows(rows, least)
+    np.testing.assert_allclose(products, rows[left] @ rows[left].T, atol=1e-12)
+    expected = rows @ rows.T >= least
+    np.fill_diagonal(expected, False)
+    assert set(np.flatnonzero(expected.any(1))) <= set(left.tolist())
+    assert len(multiply_near_rows(np.eye(40), least)[0]) == 0
+
+
+@pytest.mark.parametrize("cosine", [0.01, 0.5, 0.95, 1.0])
+def test_a_product_of_signs_stands_for_its_cosine(cosine):
+    product = torch.tensor([[sign_product(cosine)]], dtype=torch.float64)
+    assert cosines_from_sign_products(product).item() == pytest.approx(cosine)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.03, 0.1, 1])
