@@ -34,7 +34,7 @@ def unlikely_warnings(query: TokenizedQuery, echo: QueryEcho) -> list[QueryWarni
         QueryWarning(
             code="unlikely_contrast",
             detail=f"the model almost never says {' and '.join(unlikely)}: the mean log-probability of a token is "
-            f"{shown}, in nats. The gradient of such a text outweighs the other one, and the results are mostly noise: "
+            f"{shown}, in nats. The gradient of such a text outweighs the other one, and the results are often noise: "
             f"contrast texts with means above {UNLIKELY_LOG_PROBABILITY:g}, or leave out instead_of",
         )
     ]
