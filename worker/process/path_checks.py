@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -58,7 +59,7 @@ def require_allowed_dataset(dataset: DatasetSpec, settings: Settings) -> None:
     are elsewhere. Of a directory of files only these are read, so that its other links do not matter.
     """
     try:
-        base = pattern_base(dataset.path).resolve() if is_pattern(dataset.path) else None
+        base = _resolve(pattern_base(dataset.path)) if is_pattern(dataset.path) else None
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidInput(f"dataset.path: {dataset.path!r} is not a pattern of paths: {error}") from None
     if base is None:
@@ -104,7 +105,7 @@ def _require_allowed(
     try:
         path = Path(name).expanduser()
         is_of_hub = hub_patterns and is_hub_id(name) and not os.path.lexists(path)
-        real_path = path.resolve()
+        real_path = _resolve(path)
         link = _find_forbidden(iter_links(real_path), settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise InvalidInput(f"{field}: {name!r} is neither a hub id nor a path: {error}") from None
@@ -139,6 +140,19 @@ def _find_forbidden(paths: Iterable[Path], settings: Settings) -> str | None:
 
 def _leads_to_allowed(link: Path, settings: Settings) -> bool:
     try:
-        return settings.may_read(link.resolve())
-    except (OSError, RuntimeError):  # the links form a circle
+        return settings.may_read(_resolve(link))
+    except (OSError, RuntimeError):
         return False
+
+
+def _resolve(path: Path) -> Path:
+    """Returns the path without links and `..`; nothing needs to exist there.
+
+    Raises:
+        OSError: The links form a circle, or a name is too long. From Python 3.13 on, `Path.resolve` returns these.
+        RuntimeError: The same, up to Python 3.12.
+    """
+    resolved = path.resolve()
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        resolved.stat()
+    return resolved

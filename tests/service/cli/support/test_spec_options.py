@@ -1,6 +1,7 @@
 """The options that commands derive from specs cover every field, mean that field, and have stable names."""
 
 import json
+import re
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -295,4 +296,4 @@ def describe_commands(command: Any, name: str = "") -> Iterator[str]:
 
 def type_name(kind: Any) -> str:
     name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-    return name.replace("typing.", "").replace("pathlib.", "")
+    return re.sub(r"typing\.|pathlib\.(_local\.)?", "", name)
