@@ -19,7 +19,7 @@ class IndexSummary(ResultModel):
 
     name: str
     state: Literal["ready", "building", "corrupt"]
-    """`ready` answers queries, `building` has a job at work, and `corrupt` has a manifest that cannot be read."""
+    """`ready` answers queries, `building` has a running job, and `corrupt` has a manifest that cannot be read."""
     job_id: str | None = None
     """The job that builds the index, if the state is `building`."""
     error: Problem | None = None

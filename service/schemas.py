@@ -220,7 +220,7 @@ class Link(ResultModel):
 
 
 class BatchResponse(ResultModel):
-    """The answers to several queries, or of several indexes to one query."""
+    """The answers to several queries, or the answers of several indexes to one query."""
 
     results: list[AttributeResponse | ProblemDetails]
     """For each query, or for each index, in the order of the request, the answer or the problem that it met."""

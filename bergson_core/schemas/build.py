@@ -361,17 +361,17 @@ class AppendSpec(Spec):
     documents: tuple[InlineDocument, ...] | None = Field(default=None, max_length=MAX_INLINE_DOCUMENTS)
     """The new documents themselves: up to 10,000 objects."""
     model: str | None = Field(default=None, min_length=1, max_length=4096)
-    """As in the build; it may be left out."""
+    """As in the build; optional."""
     revision: str | None = Field(default=None, max_length=256)
-    """As in the build; it may be left out."""
+    """As in the build; optional."""
     dtype: Dtype | None = None
-    """As in the build; it may be left out."""
+    """As in the build; optional."""
     columns: ColumnsSpec | None = None
-    """As in the build; it may be left out."""
+    """As in the build; optional."""
     gradients: GradientSpec | None = None
-    """As in the build; it may be left out."""
+    """As in the build; optional."""
     scoring: ScoringSpec | None = None
-    """As in the build; it may be left out."""
+    """As in the build; optional."""
     long_documents: LongDocuments | None = None
     """What happens to documents that are too long. The default is that of the build."""
     chunk_overlap: int | None = Field(default=None, ge=0)

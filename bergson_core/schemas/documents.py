@@ -78,7 +78,7 @@ class LeftOutDocument(ResultModel):
     row: int
     """Number of its row in the dataset."""
     reason: str
-    """What is wrong with it."""
+    """The problem with the field."""
 
 
 class DocumentReport(ResultModel):

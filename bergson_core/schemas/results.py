@@ -226,7 +226,7 @@ class TimingMs(ResultModel):
     """
 
     queue: float = 0.0
-    """Until a worker took the query and had the index open."""
+    """Time until a worker took the query and had the index open."""
     gradient: float
     """Tokenising, generating and the gradient."""
     search: float

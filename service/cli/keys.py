@@ -81,7 +81,7 @@ def list_keys(data_dir: DataDir = None) -> None:
     """List the keys without their secrets."""
     keys = _key_file(data_dir).read()
     if keys is None:
-        print_message("There are no keys: the service answers anybody on its own machine and nobody else.")
+        print_message("There are no keys: the service answers requests from its own machine only.")
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "scope", "indexes", "rate", "concurrent", "text", "created", "expires"):

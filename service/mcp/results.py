@@ -92,7 +92,7 @@ class BehaviourEntry(ResultModel):
     controls: int
     """Number of queries like them except for the behaviour, whose scores are subtracted."""
     loss: float
-    """Mean of the queries' losses, in nats: the lower, the more the model behaves so."""
+    """Mean of the queries' losses, in nats: a lower value means that the model shows the behaviour more."""
 
 
 class BehaviourEntries(ResultModel):

@@ -91,7 +91,7 @@ async def attribute(
 
     A completion usually begins with a space. If a completion seems to lack its space, `warnings` show how it was
     tokenised and what was probably meant. `"join": "space"` adds the space. Without a completion, the model generates
-    one: the most likely token at each step, whatever its generation_config says.
+    one: the most likely token at each step, regardless of its generation_config.
 
     * `messages`: explains a chat instead of a prompt and a completion. The last message is the assistant's. The chat is
       rendered by the model's chat template, as the chats of the index were, and all messages of the assistant are

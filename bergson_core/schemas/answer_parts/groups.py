@@ -20,7 +20,7 @@ class GroupMember(ResultModel):
 
 
 class ResultGroup(ResultModel):
-    """The documents that a result stands for, which is the best of them."""
+    """The documents that a result stands for, which is the best of these."""
 
     value: Any = None
     """Value that the documents have in the column of `group_by`; null for documents that have none, and for

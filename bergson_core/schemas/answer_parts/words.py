@@ -12,4 +12,4 @@ class WordMatch(ResultModel):
     score: float
     """BM25 score of the document for the words of prompt and completion, or of all messages of a chat."""
     states: bool
-    """Whether the words of the completion, or of its span, stand in the document one after another."""
+    """Whether the document contains the words of the completion, or of its span, one after another."""

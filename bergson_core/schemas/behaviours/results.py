@@ -13,7 +13,7 @@ class BehaviourSummary(ResultModel):
     generation: int
     """Generation of the index at which the behaviour was created. Later generations use it as well."""
     created_at: str
-    """Time of its creation, in ISO 8601 with UTC offset."""
+    """Time of the behaviour's creation, in ISO 8601 with UTC offset."""
     query_count: int
     """Number of its queries."""
     control_count: int
@@ -22,7 +22,7 @@ class BehaviourSummary(ResultModel):
     """Mean over the queries of the cross-entropy of their completions, in nats: the lower, the more the model behaves
     so."""
     control_loss: float | None
-    """The same of the control set; null if it has none."""
+    """Mean over the queries of the control set, in nats; null if there is no control set."""
     n_tokens: int
     """Number of tokens of the completions of all queries, without those of the control set."""
     size_bytes: int
@@ -35,7 +35,7 @@ class BehaviourDetail(BehaviourSummary):
     queries: list[dict[str, Any]] | None = None
     """The queries as they were given, without fields that have their default. Null for a key that sees no text."""
     control: list[dict[str, Any]] | None = None
-    """The queries of the control set. Null if it has none, and for a key that sees no text."""
+    """The queries of the control set. Null without a control set, and for a key that sees no text."""
 
 
 class BehaviourList(ResultModel):

@@ -34,7 +34,7 @@ class BehaviourQuery(Spec):
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     """A chat instead of a prompt and a completion; its last message is the assistant's."""
     join: Join = "exact"
-    """What stands between prompt and completion; `space` puts a space where one is expected."""
+    """What is put between prompt and completion; `space` puts a space where one is expected."""
     span: tuple[int, int] | None = None
     """Characters [start, end) of the completion that show the behaviour; the rest of it is context."""
 
@@ -58,18 +58,18 @@ _QUERY_ADAPTER: Final = TypeAdapter(AttributionQuery)
 
 
 class BehaviourSpec(Spec):
-    """A behaviour: a named set of queries that show it, and a control set that is like them but for the behaviour."""
+    """A behaviour: a named set of queries that show the behaviour, and a control set of similar queries without it."""
 
     name: IndexName
     """Name of the behaviour, which queries give as `behaviour`."""
     queries: tuple[BehaviourQuery, ...] = Field(min_length=1, max_length=MAX_BEHAVIOUR_QUERIES)
-    """What the model says when it behaves so. Each query counts as much as every other, and one that stands twice
-    counts twice."""
+    """Completions that show the behaviour. All queries have the same weight, and a query that occurs twice counts
+    twice."""
     control: tuple[BehaviourQuery, ...] | None = Field(
         default=None, min_length=1, max_length=MAX_BEHAVIOUR_QUERIES
     )
     """Queries that are like the others except for the behaviour, such as the same prompts with ordinary completions.
-    What documents do for them is subtracted: their mean score from that of the queries."""
+    The mean score of a document with the control queries is subtracted from its mean score with the queries."""
 
     @model_validator(mode="after")
     def _require_another_control(self) -> Self:
@@ -82,8 +82,8 @@ def is_same_set(queries: Iterable[Hashable], control: Iterable[Hashable]) -> boo
     """Returns whether each query has the same share of a set and of its control set.
 
     Args:
-        queries: What tells the queries from each other, such as their tokens.
-        control: The same of the control set.
+        queries: What distinguishes the queries of the set, such as their tokens.
+        control: What distinguishes the queries of the control set.
     """
     counts, control_counts = Counter(queries), Counter(control)
     total, control_total = counts.total(), control_counts.total()

@@ -46,7 +46,7 @@ class InfluenceTotals(ResultModel):
     sum: float
     """Sum of the scores of all groups."""
     warnings: list[QueryWarning] = []
-    """What was probably not meant about the query, such as a completion without its leading space."""
+    """Probable mistakes in the query, such as a completion without its leading space."""
     partial: bool = False
     """Whether damaged shards of the index were left out."""
     timing_ms: TimingMs

@@ -49,7 +49,7 @@ class TotalsQuery(TotalsSpec):
     instead_of_behaviour: IndexName | None = None
     """Another behaviour of the index, whose scores are subtracted."""
     join: Join = "exact"
-    """What stands between prompt and completion; `space` puts a space where one is expected."""
+    """What is put between prompt and completion; `space` puts a space where one is expected."""
     max_new_tokens: int = Field(default=32, ge=1, le=256)
     """Most tokens to generate when `completion` is left out."""
     span: tuple[int, int] | None = None

@@ -30,7 +30,7 @@ class WatchedQuery(Spec):
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     """A chat instead of a prompt and a completion. Its last message is the assistant's."""
     join: Join = "exact"
-    """What stands between prompt and completion: with `space` a space where the tokenizer expects one."""
+    """What is put between prompt and completion: with `space` a space where the tokenizer expects one."""
     span: tuple[int, int] | None = None
     """Characters [start, end) of the completion, or of the last message's content, to watch; the rest is context."""
 
