@@ -175,8 +175,8 @@ def test_a_text_that_the_model_almost_never_says_is_told_with_both_means(opened,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"instead_of": A}, r"^instead_of: expected another text"),
-        ({"instead_of": "1", "span": (6, 7)}, r"^instead_of: expected another text"),
+        ({"instead_of": A}, r"^instead_of: expected a text that differs"),
+        ({"instead_of": "1", "span": (6, 7)}, r"^instead_of: expected a text that differs"),
         ({"instead_of": ""}, r"^instead_of: "),
     ],
 )
@@ -187,12 +187,12 @@ def test_what_is_no_contrast_is_refused(changes, message):
 
 def test_a_chat_whose_last_message_is_no_text_has_no_contrast():
     chat = [{"role": "assistant", "content": None}]
-    with pytest.raises(InvalidInput, match=r"^instead_of: it stands for the last message's content"):
+    with pytest.raises(InvalidInput, match=r"^instead_of: it replaces the content of the last message"):
         AttributionQuery(messages=chat, instead_of="In city 4.")
 
 
 def test_another_text_of_the_same_tokens_is_refused(opened):
-    with pytest.raises(InvalidInput, match=r"^instead_of: expected another text"):
+    with pytest.raises(InvalidInput, match=r"^instead_of: expected a text that differs"):
         ask(opened, query("Person 3 lives", "in", instead_of=" in", join="space"))
 
 

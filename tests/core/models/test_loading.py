@@ -56,7 +56,7 @@ def test_a_hub_that_cannot_be_asked_is_an_error_of_ours(monkeypatch: pytest.Monk
         raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
 
     monkeypatch.setattr(loading, "snapshot_download", download)
-    with pytest.raises(ModelNotFound, match="the hub did not give it: Using SOCKS proxy"):
+    with pytest.raises(ModelNotFound, match="the hub did not return it: Using SOCKS proxy"):
         load_model("gpt2")
 
 

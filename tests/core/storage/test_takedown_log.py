@@ -76,7 +76,7 @@ def test_a_document_is_hidden_from_the_scores_of_the_corpus(sources, tmp_path):
     assert scores["id"].to_pylist() == [f"doc-{k}" for k in range(40) if k != 7]
     assert len(score_self_influence(opened).read_all()) == 39
     assert "doc-7" not in pa.table(top_documents(score_self_influence(opened), 40))["id"].to_pylist()
-    with pytest.raises(InvalidInput, match="no document of the id 'doc-7'"):
+    with pytest.raises(InvalidInput, match="no document with the id 'doc-7'"):
         find_document_numbers(opened, ["doc-7"])
 
 

@@ -85,7 +85,7 @@ def test_the_best_documents_are_not_written_without_ids(
 ) -> None:
     result = run(queries, name, "--top_k", "2")
     assert isinstance(result.exception, InvalidInput)
-    assert "no ids to tell which documents are the best 2" in str(result.exception)
+    assert "no ids to name the best 2" in str(result.exception)
     assert not asked
     assert not (queries.parent / name).exists()
 

@@ -88,7 +88,7 @@ def test_a_filter_is_json_and_the_result_is_printed_as_json_or_csv(
                 "queries": '{"prompt": "a", "completion": " b"}',
                 "control": '\n{"prompt": "a", "completion": " b"}',
             },
-            "^line 2 of .*control: .* got that of line 1 of .*queries$",
+            "^line 2 of .*control: .* got the same as line 1 of .*queries$",
         ),
         (("--ids", "a"), {"control": ""}, "--control: .* has no queries"),
     ],

@@ -97,7 +97,7 @@ async def test_an_address_that_is_no_proxy_is_refused_without_its_password(
     monkeypatch.setenv("HTTP_PROXY", value)
     for error in await ask_both(url):
         assert isinstance(error, InvalidInput)
-        assert "HTTP_PROXY names no proxy that can be used" in str(error)
+        assert "HTTP_PROXY is not the address of a proxy" in str(error)
         assert "secret" not in str(error)
     for error in await ask_both("http://127.0.0.1:9", proxy=value):
         assert "correct the option `proxy`, or leave it out" in str(error)

@@ -245,7 +245,7 @@ def test_documents_that_were_taken_down_are_neither_named_nor_met(sources, tmp_p
         ({"queries": [{"completion": "a"}]}, InvalidInput, "queries.0.prompt: expected a prompt"),
         ({"queries": [{"prompt": "a", "completion": " b", "top_k": 3}]}, InvalidInput, "no such field"),
         ({"queries": QUERIES[:1] * 257}, InvalidInput, "at most 256"),
-        ({"control": QUERIES[1:]}, InvalidInput, "control.0: .*got that of queries.1"),
+        ({"control": QUERIES[1:]}, InvalidInput, "control.0: .*got the same as queries.1"),
         ({"control": []}, InvalidInput, "control: expected at least 1"),
         ({"queries": [QUERIES[0], {"prompt": "a " * 99, "completion": " b"}]}, TooLong, "^queries.1: "),
         ({"control": [{"prompt": "a " * 99, "completion": " b"}]}, TooLong, "^control.0: "),
