@@ -455,7 +455,7 @@ def test_ctrl_c_ends_a_command_with_status_130_and_a_line(tmp_path):
     stderr = None
     while (
         stderr is None
-    ):  # A signal that comes between the opening of the pipe and the reading does not end the reading.
+    ):  # A signal between the opening of the pipe and its reading does not end the reading.
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             _, stderr = process.communicate(timeout=10)
