@@ -465,6 +465,6 @@ def test_each_query_of_a_batch_counts_as_a_call(
     problem = require_problem(
         client.post("/attribute/batch", json=too_many, headers=other), 422, "invalid_input"
     )
-    assert "may ask 5/minute, got 6 queries" in problem.detail
+    assert "is 5/minute, got 6 queries" in problem.detail
     assert len(broker.queries) == 4
     assert {lane for lane, _ in broker.lanes_and_priorities} != {""}
