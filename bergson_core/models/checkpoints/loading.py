@@ -117,7 +117,7 @@ class _Form:
         for name in sorted(self.shapes.keys() | other.shapes.keys()):
             shape, other_shape = self.shapes.get(name), other.shapes.get(name)
             if shape != other_shape:
-                return f"{name} is {_shape(other_shape)} there and {_shape(shape)} here"
+                return f"{name} is {_shape(other_shape)} in it and {_shape(shape)} in the first"
         if self.vocabulary != other.vocabulary:
             return "its tokenizer has another vocabulary"
         if self.tokenizer != other.tokenizer:

@@ -118,7 +118,7 @@ def other_template(directory: Path) -> None:
 
 
 OTHERS: dict[Callable[[Path], None], str] = {
-    wider: r"is \[328, 24\] there and \[320, 24\] here",
+    wider: r"is \[328, 24\] in it and \[320, 24\] in the first",
     other_architecture: "it is a LlamaForCausalLM, not a GPTNeoXForCausalLM",
     other_vocabulary: "another vocabulary",
     other_splitting: "other settings",
