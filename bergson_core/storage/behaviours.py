@@ -99,7 +99,7 @@ def list_behaviours(root: Path) -> list[BehaviourSummary]:
         try:
             records.append(read_record(root, name).summary())
         except BehaviourNotFound:
-            continue  # it was deleted before its answer was printed
+            continue  # it was deleted after its name was listed
     return records
 
 
@@ -150,7 +150,7 @@ def require_intact(root: Path, record: BehaviourRecord, names: Sequence[str] | N
     """Checks the files of a behaviour, or those of these names.
 
     Raises:
-        BehaviourNotFound: The behaviour was deleted before its answer was printed.
+        BehaviourNotFound: The behaviour was deleted after its record was read.
         IndexCorrupt: A file is missing or was altered.
     """
     entries = [entry for entry in record.files if names is None or Path(entry.path).name in names]

@@ -186,7 +186,7 @@ class TakedownLog:
             return self._read_lines(content)
         except _Damage as damage:
             if not self._root.is_dir():
-                return []  # the index was deleted before its answer was printed
+                return []  # the index was deleted while its log was read
             if self.end.bytes:  # a copy may have been restored, or another index of the same name may be here
                 return self._start_over()
             raise IndexCorrupt(

@@ -66,7 +66,7 @@ def keep_answer(
         expires_at: Time at which it ends, Unix time in seconds.
 
     Raises:
-        IndexNotFound: The index was deleted before its answer was printed.
+        IndexNotFound: The index was deleted before its answer was kept.
         IndexCorrupt: A document of the answer cannot be read.
     """
     documents = _find_documents(root, _document_ids(answer))
