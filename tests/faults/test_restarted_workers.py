@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,12 @@ class RunningCommand:
 
     def find(self, module: str) -> list[psutil.Process]:
         """Returns the running processes of a module, or the Redis servers."""
-        return [
-            process
-            for process in find_processes(self.directory)
-            if module in process.cmdline()[-1:] or module in process.name()
-        ]
+        found = []
+        for process in find_processes(self.directory):
+            with suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+                if module in process.cmdline()[-1:] or module in process.name():
+                    found.append(process)
+        return found
 
     def kill(self, process: psutil.Process, module: str) -> psutil.Process:
         """Kills a process, and returns the one that was started in its place."""

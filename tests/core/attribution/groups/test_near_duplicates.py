@@ -143,8 +143,8 @@ def test_documents_are_found_by_their_ids(index):
 @pytest.mark.parametrize(
     ("numbers", "options", "message"),
     [
-        ([0, 40], {}, "0 to 39; there is no 40"),
-        ([-1], {}, "no -1"),
+        ([0, 40], {}, "0 to 39; it has no document 40"),
+        ([-1], {}, "no document -1"),
         (range(MAX_DOCUMENTS + 1), {}, "at most 1000"),
         ([0], {"threshold": 0}, "above 0"),
         ([0], {"profile": "law"}, "it has default"),
