@@ -12,55 +12,32 @@ from bergson_core.demo.training import fit_tokenizer
 
 def gpt_neox_8m(vocabulary: int = 4096) -> PreTrainedModel:
     """Returns a GPT-NeoX of 8.4 M parameters, the size of a small research model."""
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=vocabulary,
-            hidden_size=256,
-            num_hidden_layers=8,
-            num_attention_heads=4,
-            intermediate_size=1024,
-            max_position_embeddings=2048,
-        )
-    )
+    return _gpt_neox(vocabulary, width=256, layers=8, heads=4)
 
 
 def gpt_neox_two_layers() -> PreTrainedModel:
     """Returns a GPT-NeoX of 1.4 M parameters in two layers, to try code with."""
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=4096,
-            hidden_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=512,
-            max_position_embeddings=2048,
-        )
-    )
+    return _gpt_neox(4096, width=128, layers=2, heads=4)
 
 
 def gpt_neox_70m() -> PreTrainedModel:
     """Returns a GPT-NeoX of 70 M parameters, in the shape of Pythia 70M."""
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=50_304,
-            hidden_size=512,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            intermediate_size=2048,
-            max_position_embeddings=2048,
-        )
-    )
+    return _gpt_neox(50_304, width=512, layers=6, heads=8)
 
 
 def gpt_neox_160m() -> PreTrainedModel:
     """Returns a GPT-NeoX of 162 M parameters, in the shape of Pythia 160M."""
+    return _gpt_neox(50_304, width=768, layers=12, heads=12)
+
+
+def _gpt_neox(vocabulary: int, width: int, layers: int, heads: int) -> PreTrainedModel:
     return GPTNeoXForCausalLM(
         GPTNeoXConfig(
-            vocab_size=50_304,
-            hidden_size=768,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            intermediate_size=3072,
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
             max_position_embeddings=2048,
         )
     )

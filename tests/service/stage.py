@@ -1,14 +1,13 @@
 """An address that stays while the applications behind it change."""
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Stage:
     """Passes each request to the application of the test that runs.
 
-    A browser may keep the files of the pages, which are the same in all tests, without asking for them again.
+    The addresses of scripts and styles are the same in all tests, so that a browser keeps them.
 
     Attributes:
         app: The application of the test that runs.
@@ -20,12 +19,5 @@ class Stage:
         self.address = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers as the application does, but lets files be kept."""
-
-        async def send_lasting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Cache-Control"] = "max-age=3600"
-            await send(message)
-
-        is_file = scope["type"] == "http" and scope["path"].startswith("/static/")
-        await self.app(scope, receive, send_lasting if is_file else send)
+        """Answers as the application does."""
+        await self.app(scope, receive, send)
