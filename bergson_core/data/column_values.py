@@ -92,10 +92,11 @@ def require_chats(values: Sequence[Any], column: str, describe: Describe) -> lis
     Raises:
         InvalidInput: A value is not a list of messages that each have a role.
     """
-    for position, value in enumerate(values):
-        if problem := find_chat_problem(value):
+    chats = [parse_chat(value) for value in values]
+    for position, chat in enumerate(chats):
+        if problem := find_chat_problem(chat):
             raise InvalidInput(f"{describe(position, column)} {problem}")
-    return [drop_nulls(parse_chat(value)) for value in values]
+    return [drop_nulls(chat) for chat in chats]
 
 
 def require_json_values(values: Sequence[Any], column: str, describe: Describe) -> list[Any]:

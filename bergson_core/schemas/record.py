@@ -27,13 +27,12 @@ def require_message(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-def find_chat_problem(value: Any) -> str | None:
+def find_chat_problem(chat: Any) -> str | None:
     """Returns what is wrong with a chat, as the end of a sentence about it; None if nothing is.
 
     Args:
-        value: A list of messages, or JSON text of one.
+        chat: A list of messages, or any other value. JSON text is read by `parse_chat` before.
     """
-    chat = parse_chat(value)
     if not isinstance(chat, list) or not chat:
         return "is not a chat; expected a list of messages, each with a role and a content"
     for number, message in enumerate(chat):

@@ -6,7 +6,7 @@ from typing import Any
 from bergson_core.schemas.build_parts.pair_values import find_pair_problem
 from bergson_core.schemas.documents import find_id_value_problem
 from bergson_core.schemas.inline_values import UnreadableValue
-from bergson_core.schemas.record import find_chat_problem
+from bergson_core.schemas.record import find_chat_problem, parse_chat
 from bergson_core.schemas.source import ColumnsSpec
 from bergson_core.schemas.validation.bounded_errors import short_repr
 
@@ -55,7 +55,7 @@ def _find_problems(document: Mapping[str, Any], columns: ColumnsSpec) -> Iterato
 
 
 def _find_chat_problem(value: Any) -> str | None:
-    return value.reason if isinstance(value, UnreadableValue) else find_chat_problem(value)
+    return value.reason if isinstance(value, UnreadableValue) else find_chat_problem(parse_chat(value))
 
 
 def _find_text_problem(document: Mapping[str, Any], column: str) -> str | None:
